@@ -132,7 +132,7 @@ def evaluate(
     with exit_on_error(debug=debug):
         world, run = World.from_environment(os.environ), RunDir(run_dir.absolute())
     with exit_on_error(debug=debug), show_progress(Console(stderr=True, quiet=not world.is_main)) as report:
-        from fmfsd.distributed.collectives import join_process_group
+        from fmfsd.distributed.process_group import join_process_group
         from fmfsd.evaluation.evaluate_run import EvaluateOptions, evaluate_run
         from fmfsd.evaluation.output import show_and_write
         from fmfsd.training.trainer import choose_device

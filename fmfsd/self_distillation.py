@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from fmfsd.distributed.collectives import all_reduce_over_default_group
+from fmfsd.distributed.process_group import all_reduce_over_default_group
 from fmfsd.errors import ConfigError, Problem
 from fmfsd.losses import SelfDistillLoss
 from fmfsd.model.branch import build_branch_type

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fmfsd.config.schema import DataConfig
+from fmfsd.data.hold_out import Splits, split_set
 from fmfsd.data.image_files.image_reader import ImageReader
 from fmfsd.data.image_files.source_files import FileState, to_source, write_record
 from fmfsd.data.shards.index import SetIndex, ShardFile
@@ -22,7 +23,6 @@ log = logging.getLogger(__name__)
 MAX_LISTED = 50
 """Maximum number of damaged files that are listed."""
 
-Splits = dict[str, Samples]
 Files = dict[str, list[ShardFile]]
 
 
@@ -56,7 +56,7 @@ class SetWriter:
 
     def _build_splits(self, raw: RawSet) -> Splits:
         """Return the samples of each split. Raises DataError for fewer training samples than shards."""
-        splits, shards = _split_set(raw, self.data.valid, self.seed), self.data.shards
+        splits, shards = split_set(raw, self.data.valid, self.seed), self.data.shards
         if (count := len(splits["train"])) < shards:
             most = 1 << (count.bit_length() - 1)
             message = f"more than the {count} training images: use --shards {most}, and set data.shards to {most}"
@@ -110,36 +110,6 @@ def _hash_images(samples: Samples, states: Mapping[Path, FileState]) -> set[str 
     if isinstance(samples.images, FileImages):
         return {states[path].digest for path in samples.images.paths}
     return {hash(image.tobytes()) for image in samples.images}
-
-
-def _split_set(raw: RawSet, num_valid: int, seed: int) -> Splits:
-    """Return the splits of `raw`, with `num_valid` samples held out of train unless there is a validation split.
-
-    Raises DataError for a positive `num_valid` if there is one.
-    """
-    if raw.valid is None:
-        train, valid = _hold_out(raw.train, num_valid, len(raw.classes), seed)
-        return {"train": train, **({"valid": valid} if len(valid) else {}), "test": raw.test}
-    if num_valid:
-        found = f"the source has a validation split of {len(raw.valid)} images"
-        raise DataError([Problem(f"--valid {num_valid}", f"{found}: leave the option out, or remove that split")])
-    return {"train": raw.train, "valid": raw.valid, "test": raw.test}
-
-
-def _hold_out(samples: Samples, count: int, num_classes: int, seed: int) -> tuple[Samples, Samples]:
-    """Return the remaining and the held-out samples: `count` of them, equally many per class, chosen by `seed`."""
-    if count % num_classes:
-        raise DataError(f"{count} held-out samples can't be divided equally among {num_classes} classes")
-    random_keys = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(len(samples))
-    is_held_out = np.zeros(len(samples), bool)
-    for label in range(num_classes):
-        members = np.flatnonzero(samples.labels == label)
-        if count and len(members) <= count // num_classes:
-            raise DataError(
-                f"class {label} has {len(members)} samples, too few to hold out {count // num_classes} of them"
-            )
-        is_held_out[members[np.argsort(random_keys[members], kind="stable")[: count // num_classes]]] = True
-    return samples.take(~is_held_out), samples.take(is_held_out)
 
 
 def _assign_shards(splits: dict[str, Samples], shards: int) -> Iterator[tuple[str, int, Samples]]:

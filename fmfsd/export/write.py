@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fmfsd.config import DataConfig
-from fmfsd.data.augment.crop_flip import Normalise, centre_crop
+from fmfsd.data.augment.crop_flip_cutout import Normalise, centre_crop
 from fmfsd.data.loading.load_shards import open_worker_shards, should_stream_images
 from fmfsd.data.shards.index import SetIndex
 from fmfsd.distributed.collectives import SingleWorkerComms

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import mean, stdev
 
 from fmfsd.report.charts.run_charts import Axis, plot
+from fmfsd.report.confidence_intervals import student_t_quantile, wilson_interval
 from fmfsd.report.format_numbers import MISSING, format_duration, format_metric, is_share
 from fmfsd.report.html.markup import Html, join_markup
 from fmfsd.report.html.tables import paragraphs, table
 from fmfsd.report.page import PageSection, render_page
-from fmfsd.report.paired_tests import student_t_quantile
 from fmfsd.report.read_run import Content, RunFiles
 from fmfsd.report.sections.attention import attention_section
 from fmfsd.report.sections.confusion import confusion_section
@@ -21,7 +21,7 @@ from fmfsd.report.sections.heads import (
 )
 from fmfsd.report.sections.provenance import provenance_of_runs, provenance_section
 from fmfsd.report.sections.throughput import attempt_history, throughput_charts
-from fmfsd.report.seed_groups import SeedGroup, group_by_config, mean_line, wilson_interval
+from fmfsd.report.seed_groups import SeedGroup, group_by_config, mean_line
 
 MAX_SERIES = 16
 """Most groups in a chart: the best ones by test or validation accuracy. The tables contain all groups."""

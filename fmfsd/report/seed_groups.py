@@ -51,12 +51,3 @@ def mean_line(label: str, group: SeedGroup, split: str, metric: str, x: str = "e
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def wilson_interval(share: float, samples: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a share of `samples` (1927, doi 10.1080/01621459.1927.10502953)."""
-    z = 1.959964
-    middle = share + z**2 / (2 * samples)
-    half = z * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2))
-    scale = 1 + z**2 / samples
-    return (middle - half) / scale, (middle + half) / scale

@@ -15,8 +15,9 @@ from fmfsd.config.names import TIMM
 from fmfsd.data.loading.batches import TrainBatches
 from fmfsd.data.loading.load_shards import open_worker_shards, should_stream_images
 from fmfsd.data.shards.index import SetIndex, prepared_set_folder, read_index
-from fmfsd.distributed.collectives import Comms, join_process_group
+from fmfsd.distributed.collectives import Comms
 from fmfsd.distributed.preflight import run_preflight
+from fmfsd.distributed.process_group import join_process_group
 from fmfsd.distributed.world import World
 from fmfsd.engine.build import build_engine, build_loss
 from fmfsd.engine.precision import DTYPES, configure_arithmetic

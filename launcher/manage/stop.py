@@ -14,7 +14,7 @@ from fmfsd.system.atomic_files import read_json, write_atomic
 from launcher.run_dir.activity import SILENCE_LIMIT_S, RunActivity, find_runs
 from launcher.run_dir.batch_jobs import query_job_states
 from launcher.transport import slurm_commands
-from launcher.transport.slurm_commands import JobState
+from launcher.transport.slurm_job_state import JobState
 
 POLL_S = 0.2
 

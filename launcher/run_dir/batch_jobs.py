@@ -10,7 +10,7 @@ from fmfsd.errors import CheckError, Problem
 from fmfsd.run.run_dir import RunDir
 from fmfsd.system.atomic_files import read_json, write_json
 from launcher.transport import slurm_commands
-from launcher.transport.slurm_commands import JobState
+from launcher.transport.slurm_job_state import JobState
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fmfsd.system.atomic_files import read_json
 from launcher.config.plain_text import to_single_line
 from launcher.run_dir.activity import RunActivity, seconds_since_write
 from launcher.run_dir.batch_jobs import query_job_states
-from launcher.transport.slurm_commands import JobState
+from launcher.transport.slurm_job_state import JobState
 
 TAIL_BYTES = 1 << 20
 """Bytes at the end of the metrics file in which the last evaluations are searched."""

@@ -12,6 +12,7 @@ from fmfsd.system.atomic_files import read_json
 from launcher.config.plain_text import sanitize_line
 from launcher.run_dir.log_follower import GrowingFile
 from launcher.transport import slurm_commands
+from launcher.transport.slurm_job_state import JobState
 
 POLL_S = 0.5
 QUERY_EVERY_S = 3.0
@@ -29,7 +30,7 @@ class FollowedJob:
     log: Path
     run: RunDir
     attempts: int
-    state: slurm_commands.JobState | None = None
+    state: JobState | None = None
     is_over: bool = False
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmfsd.report.paired_tests import PairedDifference
+from fmfsd.report.confidence_intervals import PairedDifference
 from fmfsd.system.atomic_files import read_json
 from tests.benchmarks.accuracy_runs import Comparison, Run, read_notes
 from tests.benchmarks.table import command_line, print_rows

@@ -13,7 +13,7 @@ from typing import Any
 
 from fmfsd.run.run_dir import RunDir
 from launcher.transport import slurm_commands
-from launcher.transport.slurm_commands import JobState
+from launcher.transport.slurm_job_state import JobState
 from tests.helpers.cluster import Cluster
 from tests.helpers.processes import DEADLINE_S, run_command, wait_until
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fmfsd.distributed.collectives import join_process_group
+from fmfsd.distributed.process_group import join_process_group
 from fmfsd.distributed.world import World
 
 DEADLINE_S = 180.0

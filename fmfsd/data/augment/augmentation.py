@@ -11,7 +11,7 @@ from fmfsd.config.schema import DataConfig
 from fmfsd.data.augment import mixup_cutmix, resized_crop
 from fmfsd.data.augment.autoaugment import AutoAugment, AutoAugmentSchedule
 from fmfsd.data.augment.autoaugment_policy import STEPS, draw_operations
-from fmfsd.data.augment.crop_flip import centre_crop, cutout, horizontal_flip, random_crop
+from fmfsd.data.augment.crop_flip_cutout import centre_crop, cutout, horizontal_flip, random_crop
 from fmfsd.data.sampling import ShardEpoch, draw_stream, to_integers
 
 Draws = dict[str, NDArray[Any]]

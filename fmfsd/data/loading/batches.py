@@ -12,7 +12,7 @@ from torch import Tensor
 from fmfsd.config.schema import DataConfig
 from fmfsd.data.augment.augmentation import STEP_NAMES, Augmentation, Draws
 from fmfsd.data.augment.autoaugment import AutoAugmentSchedule
-from fmfsd.data.augment.crop_flip import Normalise, centre_crop
+from fmfsd.data.augment.crop_flip_cutout import Normalise, centre_crop
 from fmfsd.data.augment.mixup_cutmix import mix_images, mix_labels
 from fmfsd.data.loading.shards_in_memory import Shards
 from fmfsd.data.sampling import draw_shard_epoch

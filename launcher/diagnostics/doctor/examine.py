@@ -9,8 +9,8 @@ from fmfsd.errors import CheckError
 from launcher.agent.describe_machine import probe_machine
 from launcher.check import host_checks, software_checks
 from launcher.config.launch_config import LaunchConfig
-from launcher.diagnostics.doctor import environment as surroundings
-from launcher.diagnostics.doctor import machine
+from launcher.diagnostics.doctor import environment_findings as surroundings
+from launcher.diagnostics.doctor import machine_findings
 from launcher.diagnostics.doctor.finding import Finding
 from launcher.resources.host_probe import THIS_MACHINE, HostProbe, query_hosts, with_reference
 from launcher.resources.site import Site
@@ -22,11 +22,13 @@ def examine(site: Site, *, environment: Mapping[str, str], cwd: str, as_json: bo
     start_agent = partial(site.start_agent, environment=environment)
     hosts = query_hosts(site.hosts_to_probe, start_agent, condition=cwd)
     findings = [
-        *machine.findings(THIS_MACHINE, here),
+        *machine_findings.findings(THIS_MACHINE, here),
         *(() if site.is_wrapped else _software()),
         *surroundings.findings(environment, cwd=cwd),
     ]
-    findings += [finding for host, answer in hosts.answers.items() for finding in machine.findings(host, answer)]
+    findings += [
+        finding for host, answer in hosts.answers.items() for finding in machine_findings.findings(host, answer)
+    ]
     findings += _compare_hosts(with_reference(site, HostProbe(hosts.answers, hosts.failures), here))
     print_json(findings) if as_json else show(findings)
     return CheckError.exit_code if any(finding.wrong for finding in findings) else 0

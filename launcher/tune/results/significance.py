@@ -9,8 +9,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fmfsd.report.confidence_intervals import CONFIDENCE_LEVEL, PairedDifference, holm_correction
 from fmfsd.report.format_numbers import format_difference, is_share
-from fmfsd.report.paired_tests import CONFIDENCE_LEVEL, PairedDifference, holm_correction
 from launcher.tune.records.history import History
 
 BASE = "base"

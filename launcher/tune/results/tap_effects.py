@@ -20,7 +20,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from fmfsd.report.paired_tests import student_t_quantile
+from fmfsd.report.confidence_intervals import student_t_quantile
 from launcher.tune.records.history import History, Trial
 from launcher.tune.space.load import Parameter, Space
 

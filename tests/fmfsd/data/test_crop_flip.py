@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fmfsd.data.augment.crop_flip import Normalise, cutout, horizontal_flip, random_crop
+from fmfsd.data.augment.crop_flip_cutout import Normalise, cutout, horizontal_flip, random_crop
 
 IMAGES = torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

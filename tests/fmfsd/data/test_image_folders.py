@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from fmfsd.config import DataConfig, RunConfig, load_config
 from fmfsd.cost.measure.estimate import estimate_cost
-from fmfsd.data.augment.crop_flip import Normalise
+from fmfsd.data.augment.crop_flip_cutout import Normalise
 from fmfsd.data.image_files.decode import decode_image
 from fmfsd.data.loading.batches import EvaluationBatches, TrainBatches
 from fmfsd.data.loading.shards_in_memory import load_worker_shards

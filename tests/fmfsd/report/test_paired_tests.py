@@ -2,7 +2,12 @@
 
 import pytest
 
-from fmfsd.report.paired_tests import PairedDifference, holm_correction, student_t_probability, student_t_quantile
+from fmfsd.report.confidence_intervals import (
+    PairedDifference,
+    holm_correction,
+    student_t_probability,
+    student_t_quantile,
+)
 
 
 def test_pairs_are_compared_by_their_differences() -> None:

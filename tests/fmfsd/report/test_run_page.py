@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from fmfsd.cli import app
 from fmfsd.distributed.collectives import SingleWorkerComms
+from fmfsd.report.confidence_intervals import wilson_interval
 from fmfsd.report.read_run import read_run
 from fmfsd.report.sections.confusion import confusion_section
-from fmfsd.report.seed_groups import group_by_config, mean_line, wilson_interval
+from fmfsd.report.seed_groups import group_by_config, mean_line
 from fmfsd.report.sweep_page import render_sweep_page
 from fmfsd.report.write import write_report
 from fmfsd.run.run_dir import RunDir

@@ -11,7 +11,7 @@ from fmfsd.config import dump_config, load_config
 from fmfsd.data.shards.storage import PREFETCH_BYTES
 from fmfsd.run.run_dir import RunDir
 from launcher.agent.available_resources import Resources
-from launcher.check import image_storage, machine_checks, memory_checks
+from launcher.check import image_storage, machine_checks, memory_and_batch_checks
 from launcher.check.launch_checks import find_warnings
 from launcher.config.byte_sizes import format_size
 from launcher.config.launch_config import LaunchConfig
@@ -37,12 +37,12 @@ def gpus(count: int, gib: int = 0) -> Site:
 
 def test_a_model_that_fits_passes(data_root: Path) -> None:
     assert_no_problems(tiny_config(data_root), costs=LARGE)
-    assert not list(memory_checks.check_device_memory(tiny_config(data_root), TWO, gpus(2, gib=16), LARGE))
+    assert not list(memory_and_batch_checks.check_device_memory(tiny_config(data_root), TWO, gpus(2, gib=16), LARGE))
 
 
 def test_too_little_gpu_memory_is_refused_with_settings_that_fit(data_root: Path) -> None:
     config = tiny_config(data_root, "train.batch=512", "train.micro_batch=256")
-    (problem,) = memory_checks.check_device_memory(config, TWO, gpus(2, gib=10), LARGE)
+    (problem,) = memory_and_batch_checks.check_device_memory(config, TWO, gpus(2, gib=10), LARGE)
     assert problem.message == (
         "a worker needs at least 16.0 GiB, 12.0 GiB of it for activations; its GPU has 10.0 GiB: by these figures "
         "4 workers or train.micro_batch 128 (which is another run) would fit"
@@ -55,11 +55,13 @@ def test_more_workers_are_not_advised_if_they_share_the_memory(data_root: Path) 
     assert code == 3
     assert "its machine has 15.0 GiB for it: by these figures 1 worker or train.micro_batch 64" in text
     hosts = Site(Resources(cores=8, memory=30 * GIB), "ssh", ("n1", "n2"))
-    assert not list(memory_checks.check_device_memory(tiny_config(data_root), LaunchConfig(nodes=2), hosts, LARGE))
+    assert not list(
+        memory_and_batch_checks.check_device_memory(tiny_config(data_root), LaunchConfig(nodes=2), hosts, LARGE)
+    )
 
 
 def test_a_model_that_never_fits_gets_that_message(data_root: Path) -> None:
-    (problem,) = memory_checks.check_device_memory(tiny_config(data_root), TWO, gpus(2, gib=2), LARGE)
+    (problem,) = memory_and_batch_checks.check_device_memory(tiny_config(data_root), TWO, gpus(2, gib=2), LARGE)
     assert problem.message.endswith("only a smaller model fits")
 
 
@@ -68,16 +70,16 @@ def test_an_offloaded_optimizer_needs_room_in_the_memory_of_its_machine(data_roo
     tensors."""
     offloading = Costs(memory={**LARGE.memory, "offloaded": 5 * GIB})
     two = Site(Resources(cores=8, gpus=("0", "1"), gpu_memory=16 * GIB, memory=9 * GIB))
-    (problem,) = memory_checks.check_offload_memory(TWO, two, offloading)
+    (problem,) = memory_and_batch_checks.check_offload_memory(TWO, two, offloading)
     assert str(problem) == (
         "engine.offload: the optimizers of 2 workers need at least 10.0 GiB of their machine, which has 9.0 GiB: set "
         "it to false, or take more nodes with fewer GPUs each"
     )
-    assert not list(memory_checks.check_offload_memory(LaunchConfig(gpus=1), two, offloading))
+    assert not list(memory_and_batch_checks.check_offload_memory(LaunchConfig(gpus=1), two, offloading))
     cpu = Site(Resources(cores=8, memory=20 * GIB))
-    (problem,) = memory_checks.check_device_memory(tiny_config(data_root), LaunchConfig(), cpu, offloading)
+    (problem,) = memory_and_batch_checks.check_device_memory(tiny_config(data_root), LaunchConfig(), cpu, offloading)
     assert "a worker needs at least 21.0 GiB" in problem.message
-    assert not list(memory_checks.check_offload_memory(LaunchConfig(), cpu, offloading))
+    assert not list(memory_and_batch_checks.check_offload_memory(LaunchConfig(), cpu, offloading))
 
 
 def test_host_memory_has_to_suffice_for_the_gpu_workers(data_root: Path) -> None:
@@ -87,7 +89,7 @@ def test_host_memory_has_to_suffice_for_the_gpu_workers(data_root: Path) -> None
 
     def messages(gib: int, launch: LaunchConfig = eight) -> list[str]:
         site = Site(Resources(cores=8, gpus=tuple("01234567"), gpu_memory=64 * GIB, memory=gib * GIB))
-        return [str(problem) for problem in memory_checks.check_host_memory(config, launch, site, costs)]
+        return [str(problem) for problem in memory_and_batch_checks.check_host_memory(config, launch, site, costs)]
 
     assert messages(13) == [
         "memory: 8 workers with GPUs also need at least 14.0 GiB of their machine's memory (2.0 GiB to read images, "
@@ -102,7 +104,7 @@ def test_host_memory_has_to_suffice_for_the_gpu_workers(data_root: Path) -> None
 
 
 def test_unknown_gpu_memory_is_not_checked(data_root: Path) -> None:
-    assert not list(memory_checks.check_device_memory(tiny_config(data_root), TWO, gpus(2), LARGE))
+    assert not list(memory_and_batch_checks.check_device_memory(tiny_config(data_root), TWO, gpus(2), LARGE))
 
 
 def test_the_disk_has_to_hold_all_checkpoints_of_this_model(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

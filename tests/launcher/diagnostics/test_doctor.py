@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launcher.agent.describe_machine import probe_machine
-from launcher.diagnostics.doctor import examine, machine
+from launcher.diagnostics.doctor import examine, machine_findings
 from launcher.resources.site import Site
 from tests.helpers.processes import command
 from tests.helpers.sites import localhost_site
@@ -117,7 +117,7 @@ def faults(**changed: Any) -> dict[str, str]:
     """Return the faults of a machine like this one, with the probe values `changed`."""
     answer = probe_machine({"condition": "/"}, os.environ)
     condition = {**answer["condition"], **{name: changed[name] for name in changed if name in answer["condition"]}}
-    findings = machine.findings("there", {**answer, **changed, "condition": condition})
+    findings = machine_findings.findings("there", {**answer, **changed, "condition": condition})
     return {finding.what: finding.wrong for finding in findings if finding.wrong}
 
 
@@ -152,7 +152,7 @@ def test_faults_of_a_gpu_machine_are_reported_with_the_fix(changed: dict[str, An
 def test_gpus_are_listed_with_their_free_memory() -> None:
     answer = probe_machine({"condition": "/"}, os.environ)
     with_gpus = {**answer, "gpus": ["1"], "condition": {**answer["condition"], "driver": make_driver(GPU, GPU)}}
-    findings = {finding.what: finding.found for finding in machine.findings("there", with_gpus)}
+    findings = {finding.what: finding.found for finding in machine_findings.findings("there", with_gpus)}
     assert findings["GPU 0"] == "H100, 79.0 GiB of 80.0 GiB free"
     assert (findings["GPUs"], findings["NVIDIA driver"]) == ("1 visible, CUDA_VISIBLE_DEVICES hides 1", "580.1")
 

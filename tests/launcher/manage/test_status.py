@@ -19,7 +19,7 @@ from launcher.run_dir.activity import SILENCE_LIMIT_S, format_age
 from launcher.run_dir.run_lock import Owner
 from launcher.run_dir.status import RunStatus
 from launcher.transport import slurm_commands
-from launcher.transport.slurm_commands import JobState
+from launcher.transport.slurm_job_state import JobState
 from tests.helpers.processes import wait_until
 from tests.helpers.stand_ins import start_thread
 

@@ -34,7 +34,7 @@ from launcher.slurm.submit import remove_new_runs_on_failure
 from launcher.supervise.requeue import TIME_IS_UP, Requeue
 from launcher.supervise.stop_requests import StopRequests
 from launcher.transport import slurm_commands
-from launcher.transport.slurm_commands import JobState
+from launcher.transport.slurm_job_state import JobState
 
 
 @pytest.mark.parametrize(

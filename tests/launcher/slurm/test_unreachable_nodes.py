@@ -23,7 +23,7 @@ from launcher.resources.resolve_site import resolve_site
 from launcher.supervise.unreachable_nodes import MOST_REQUEUES, handle_unreachable
 from launcher.transport import slurm_commands
 from launcher.transport.agent_client import AGENT_COMMAND
-from launcher.transport.slurm_commands import JobState
+from launcher.transport.slurm_job_state import JobState
 from tests.helpers.launches import overrides
 from tests.helpers.runs import TINY
 from tests.helpers.sites import LocalhostSite

@@ -87,3 +87,12 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
+
+
+def wilson_interval(share: float, samples: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of a share of `samples` (1927, doi 10.1080/01621459.1927.10502953)."""
+    z = 1.959964
+    middle = share + z**2 / (2 * samples)
+    half = z * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2))
+    scale = 1 + z**2 / samples
+    return (middle - half) / scale, (middle + half) / scale
