@@ -72,7 +72,7 @@ class CheckedLaunch:
     costs: Costs
     warnings: Sequence[str]
     images: str = ""
-    """Where the images are kept, if not in memory."""
+    """Where the images are stored, if not in memory."""
     hosts: HostProbe = field(default_factory=HostProbe)
     slots: tuple[int, ...] | None = None
     """The node slots to start with, if some nodes of an elastic launch do not answer; None: all."""

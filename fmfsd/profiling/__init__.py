@@ -1,1 +1,1 @@
-"""Profiling: where the time of a training step goes, measured with torch.profiler around the parts of a worker."""
+"""Profiling: the time of each part of a training step, measured with torch.profiler around the parts of a worker."""

@@ -66,12 +66,12 @@ class LockHolder:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process is on this host and alive; always false for other hosts."""
+        """True if the process is on this host and alive; always false for other hosts."""
         return self.is_local and _read_start_ticks(self.pid) == self.born
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process was on this host and has ended; always false for other hosts."""
+        """True if the process was on this host and has ended; always false for other hosts."""
         return self.is_local and not self.is_alive
 
     def __str__(self) -> str:
@@ -203,7 +203,10 @@ def _serialize_own_holder() -> bytes:
 
 
 def _read_start_ticks(pid: int) -> int:
-    """Return the start time of a process in kernel ticks; -1 if it does not exist or is a zombie."""
+    """Return the start time of a process in kernel ticks; -1 if it does not exist or is a zombie.
+
+    psutil's create_time moves when the clock is set, so it can't identify a process days later.
+    """
     try:
         state, *others = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
         return -1 if state in "ZX" else int(others[18])

@@ -4,6 +4,8 @@ import ctypes
 import os
 import signal
 
+import psutil
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -21,7 +23,6 @@ def die_with_parent(agent: int | None, *, has_starter: bool = True) -> None:
 
 def _parent_of(pid: int) -> int | None:
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
-    except OSError:
+        return psutil.Process(pid).ppid()
+    except psutil.Error:
         return None

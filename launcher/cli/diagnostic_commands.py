@@ -152,7 +152,7 @@ def profile(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show where the time of a training step goes, and the share of the machine's measured limit. Writes traces."""
+    """Show the time of each part of a training step, and the share of the machine's measured limit. Writes traces."""
     from fmfsd.terminal import exit_on_error
     from launcher.cli.launch_arguments import LaunchArguments
     from launcher.config.error_collector import ErrorCollector

@@ -40,10 +40,10 @@ def first_argument(argv: Sequence[str], environment: Mapping[str, str]) -> str:
     return arguments[1] if len(arguments) > 1 else ""
 
 
-def suggest_command(word: str) -> str:
-    """Return an error message if `word` is a mistyped subcommand, else an empty string."""
-    close = difflib.get_close_matches(word, option_types.COMMANDS, n=1, cutoff=_SIMILARITY)
-    return f"{word}: neither a config nor a command: did you mean `fmfsd-launch {close[0]}`?" if close else ""
+def suggest_command(argument: str) -> str:
+    """Return an error message if `argument` is a mistyped subcommand, else an empty string."""
+    close = difflib.get_close_matches(argument, option_types.COMMANDS, n=1, cutoff=_SIMILARITY)
+    return f"{argument}: neither a config nor a command: did you mean `fmfsd-launch {close[0]}`?" if close else ""
 
 
 @app.command(cls=ErrorCollectingCommand)

@@ -17,11 +17,11 @@ def complete_config(prefix: str) -> Sequence[str]:
     return [name for name in preset_names() if name.startswith(prefix)]
 
 
-def complete_first_word(prefix: str) -> Sequence[str]:
-    return [word for word in (*preset_names(), *COMMANDS) if word.startswith(prefix)]
+def complete_first_argument(prefix: str) -> Sequence[str]:
+    return [name for name in (*preset_names(), *COMMANDS) if name.startswith(prefix)]
 
 
-Config = Annotated[str, typer.Argument(help="A preset's name or a YAML file.", autocompletion=complete_first_word)]
+Config = Annotated[str, typer.Argument(help="A preset's name or a YAML file.", autocompletion=complete_first_argument)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

@@ -35,7 +35,7 @@ class ShortRun:
     plan_of: Callable[..., LaunchPlan]
     console: Console
     check: Callable[[], object] = field(default=lambda: None)
-    look: Callable[[], None] = field(default=lambda: None)
+    on_poll: Callable[[], None] = field(default=lambda: None)
     start_agent: Callable[[NodePlan], AgentProcess] = start_node_agent
 
     def run_to_end(self, *, may_stop: bool = False) -> None:
@@ -47,7 +47,7 @@ class ShortRun:
             self.plan_of,
             check=self.check,
             console=self.console,
-            on_poll=self.look,
+            on_poll=self.on_poll,
             start_agent=self.start_agent,
         )
         code = execution.run_to_end(self._resume_command())

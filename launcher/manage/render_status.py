@@ -25,7 +25,7 @@ def render_status(folder: Path, *, as_json: bool) -> str:
         return json.dumps(status.to_dict()) if as_json else "\n".join(_screen(status))
     statuses = [_read_status(path.parent) for path in sorted(folder.glob("*/config.yaml"), key=natural_sort_key)]
     if not statuses:
-        raise CheckError([Problem(str(folder), "no run directory, and it contains none: expected a config.yaml")])
+        raise CheckError([Problem(str(folder), "neither a run directory nor a folder of runs: expected a config.yaml")])
     if as_json:
         return json.dumps([status.to_dict() for status in statuses])
     width = max(len(status.path.name) for status in statuses)

@@ -38,7 +38,7 @@ tests.benchmarks.train` shows the cost).
 
 @dataclass(frozen=True)
 class NodePlan:
-    """What a node's agent starts: a command, its complete environment and its working directory.
+    """The process that a node's agent starts: a command, its complete environment and its working directory.
 
     `host`: empty for this machine. `agent`: the command that becomes, or leads to, the agent. `inherits`: variables
     taken from the agent's own environment. `workers`: the variables of each worker, for which this command is started;

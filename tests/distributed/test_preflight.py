@@ -81,7 +81,7 @@ def test_all_workers_know_the_measurements_of_each() -> None:
     """The values are plausible: a core makes 10 MFLOP/s to 10 TFLOP/s, and no loopback device moves 1 TB/s."""
     one, other = run_workers(measure_speed, 2)
     assert one == other
-    assert [(each.rank, each.host, each.wrong) for each in one] == [(0, HERE, ""), (1, HERE, "")]
+    assert [(each.rank, each.host, each.error) for each in one] == [(0, HERE, ""), (1, HERE, "")]
     assert all(1e7 < each.flops_per_s < 1e13 for each in one)
     assert all(4e-6 < each.message_s < 60 and 1e-7 < each.latency_s < 60 for each in one)
 

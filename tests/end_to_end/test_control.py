@@ -134,5 +134,5 @@ def last_line_of(log_lines: list[str], rank: int) -> str:
 @pytest.mark.parametrize("subcommand", ["stop", "cancel", "resume", "status", "logs"])
 def test_a_folder_that_is_not_a_run_is_left_alone(subcommand: str, tmp_path: Path) -> None:
     for name in (".", "missing"):
-        assert "no run directory" in control(tmp_path, subcommand, name, code=3)
+        assert "neither a run directory" in control(tmp_path, subcommand, name, code=3)
     assert not list(tmp_path.iterdir())

@@ -150,9 +150,9 @@ class Drill:
         injector = Injector(run, partial(fault.inject, scene), step=step)
         stopped_s = None
         if name == "preempt":
-            self._execute(run, look=injector.poll, may_stop=True)
+            self._execute(run, on_poll=injector.poll, may_stop=True)
             stopped_s = _stop_duration(run)
-        self._execute(run, look=injector.poll, network=scene.network)
+        self._execute(run, on_poll=injector.poll, network=scene.network)
         if injector.at is None:
             return Result(name, problem="NO: the run ended before the fault")
         noticed_s = injector.noticed_s if stopped_s is None else stopped_s
@@ -165,7 +165,7 @@ class Drill:
         self,
         run: RunDir,
         *,
-        look: Callable[[], None] = lambda: None,
+        on_poll: Callable[[], None] = lambda: None,
         network: CuttableNetwork | None = None,
         may_stop: bool = False,
     ) -> None:
@@ -177,7 +177,7 @@ class Drill:
             run,
             partial(plan_in, run),
             self._console,
-            look=look,
+            on_poll=on_poll,
             start_agent=start_node_agent if network is None else lambda node: network.start_agent(node.node),
         ).run_to_end(may_stop=may_stop)
 

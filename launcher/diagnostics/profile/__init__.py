@@ -1,4 +1,4 @@
-"""`fmfsd-launch profile`: where the time of a training step of a user's own config goes."""
+"""`fmfsd-launch profile`: the time of each part of a training step of a user's own config."""
 
 from launcher.diagnostics.profile.profile_run import profile_run
 

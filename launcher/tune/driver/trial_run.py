@@ -71,7 +71,7 @@ class TrialRun:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the run and all its processes have ended."""
+        """True once the run and all its processes have ended."""
         return not self._thread.is_alive()
 
     def wait(self, timeout_s: float) -> None:

@@ -79,7 +79,7 @@ class RayAgent(AgentConnection):
         super().__init__(AGENT_DEADLINE_S)
         self._actor, self._error_output = actor, ""
         self.is_lost = False
-        """Whether the actor is gone."""
+        """True once the actor has ended."""
         self._closed = threading.Event()
         self._out, self._in = os.pipe()
         self._start_call = self._call("commands", "start")

@@ -20,7 +20,7 @@ CHANGEABLE_OPTIONS = ("trials", "concurrent", "max_failures", "seeds", "best", "
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """How a sweep draws (`options`) and runs (`launch`) its trials.
+    """Settings by which a sweep draws (`options`) and runs (`launch`) its trials.
 
     `held_out`: number of training samples held out for validation. `worker_bytes`: minimum memory of a worker; 0 if
     unknown.

@@ -47,7 +47,7 @@ class SweepState:
 
     @property
     def is_next_trial_new(self) -> bool:
-        """Whether the next trial is a new one, which needs disk space, and not an interrupted one or none."""
+        """True if the next trial is a new one, which needs disk space, and not an interrupted one or none."""
         return not self._interrupted and len(self.history.runs) < self._options.trials
 
     def _record_draw(self, number: int, values: Mapping[str, Any], memory: Mapping[str, Any]) -> Trial:

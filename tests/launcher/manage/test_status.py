@@ -225,7 +225,7 @@ def test_a_folder_of_runs_is_shown_as_a_line_per_run_in_natural_order(run: RunDi
 
 
 def test_a_folder_without_runs_has_no_status(tmp_path: Path) -> None:
-    with pytest.raises(CheckError, match="no run directory, and it contains none"):
+    with pytest.raises(CheckError, match="neither a run directory nor a folder of runs"):
         render_status(tmp_path, as_json=False)
 
 
