@@ -56,7 +56,7 @@ def test_a_finished_run_may_be_extended_and_the_change_is_recorded(arguments: tu
     assert first["changes"] == []
     assert "train.max_steps: 4 -> 6" in second["changes"]
     back = run_command("fmfsd-launch", *arguments, *steps, "--run-dir", "parted", cwd=tmp_path)
-    assert (back.returncode, "make 4 steps, and" in back.stderr) == (2, True)
+    assert (back.returncode, "give 4 steps, and" in back.stderr) == (2, True)
 
 
 @dataclass(frozen=True)
