@@ -44,7 +44,7 @@ class Moment:
 
     def replace_loss(self, terms: Callable[..., Any]) -> None:
         """Compute the loss by `terms` from now on."""
-        self.loop.engine.terms = terms
+        self.loop.engine.compute_terms = terms
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,8 @@ def replace_training(folder: Path) -> None:
 
     stubs: dict[str, dict[str, Any]] = {
         "fmfsd.training.trainer": {"train": train, "choose_device": lambda device, _world: device},
-        "fmfsd.distributed.collectives": {"connect": _connect},
-        "fmfsd.evaluation.evaluate_run": {"Questions": lambda split, *_: split, "assess": _assess},
+        "fmfsd.distributed.process_group": {"join_process_group": _join_process_group},
+        "fmfsd.evaluation.evaluate_run": {"EvaluateOptions": lambda split, *_: split, "evaluate_run": _evaluate_run},
         "fmfsd.evaluation.output": {"show_and_write": _show_and_write},
     }
     for name, content in stubs.items():
@@ -172,11 +172,11 @@ def draw_metrics(config: RunConfig, split: str, epoch: int) -> dict[str, float]:
 
 
 @contextmanager
-def _connect(_world: World, _device: str, **_options: Any) -> Iterator[None]:
+def _join_process_group(_world: World, _device: str, **_options: Any) -> Iterator[None]:
     yield None
 
 
-def _assess(run: RunDir, split: str, *_rest: Any) -> dict[str, Any]:
+def _evaluate_run(run: RunDir, split: str, *_rest: Any) -> dict[str, Any]:
     config, step = load_config(str(run.config)), run.newest_step()
     return {"split": split, "step": step, "metrics": draw_metrics(config, split, config.train.epochs)}
 
