@@ -100,7 +100,10 @@ def flip_a_bit_and_save(comms: Comms, folder: Path) -> str:
 def test_workers_whose_weights_differ_in_one_bit_do_not_save(tiny_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tiny_config(tiny_root, *SMALL))
     messages = run_workers(flip_a_bit_and_save, 2, run.path)
-    assert [text.rpartition(": ")[2] for text in messages] == ["another worker's differ", "this worker's differ"]
+    assert [text.rpartition(": ")[2] for text in messages] == [
+        "another worker's differ from rank 0's",
+        "this worker's differ from rank 0's",
+    ]
     assert steps(run) == []
 
 
