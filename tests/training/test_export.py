@@ -158,7 +158,7 @@ def test_the_command_reports_its_checks_and_never_overwrites(run: RunDir, tmp_pa
 
 
 WRONG_ARGUMENTS = [
-    (("--exit-thresholds", "0.5"), 2, "--exit-thresholds 0.5: --head deepest has none"),
+    (("--exit-thresholds", "0.5"), 2, "--exit-thresholds 0.5: --head deepest has no thresholds"),
     (("--head", "branch9"), 2, "choose branch1, fused, deepest, ensemble or early-exit"),
     (("--head", "early-exit", "--exit-thresholds", "2"), 2, "expected probabilities above 0"),
     (("--head", "early-exit", "--exit-thresholds", "0.5,0.6"), 2, "2 for 1 early heads (branch1)"),
@@ -208,5 +208,5 @@ def test_only_a_tie_may_have_another_label() -> None:
 def test_only_few_images_at_the_threshold_may_use_another_exit(strayed: int, fails: bool) -> None:
     logits, heads = torch.zeros(200, 2), torch.zeros(200, dtype=torch.int64)
     other_exit = (torch.arange(200) < strayed).long()
-    with pytest.raises(CheckError, match=f"{strayed} by another exit") if fails else nullcontext():
+    with pytest.raises(CheckError, match=f"{strayed} with another exit") if fails else nullcontext():
         compare_outputs((logits + 9 * other_exit.unsqueeze(1), other_exit), (logits, heads), Path("file"))

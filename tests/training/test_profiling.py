@@ -128,7 +128,7 @@ def test_backward_operations_are_attributed_to_the_part_of_their_forward_operati
     assert calls["aten::convolution_backward", "backward/trunk"] == trunk
     assert calls["aten::convolution_backward", "backward/branches"] == total - trunk
     assert ("LogsumexpBackward0", "backward/loss") in calls
-    assert ("MaskBackward", "backward/fusion") in calls
+    assert ("MaskFunctionBackward", "backward/fusion") in calls
     assert not any(name.startswith("aten::convolution_backward") and part.endswith(OTHER) for name, part in calls)
 
 

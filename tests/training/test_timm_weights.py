@@ -100,7 +100,7 @@ def test_the_weights_of_another_repository_are_read_from_the_hubs_cache(
         (["model.backbone=timm/local-dir:nowhere"], "nowhere/config.json can't be read: No such file or directory"),
         (["model.backbone=timm/test_resnet", "model.pretrained=yes"], "expected"),
         (["model.backbone=timm/test_resnet", "model.pretrained=local-dir:nowhere"], "can't load its weights"),
-        (["data.mean=auto"], "data.mean: auto takes the values of timm's weights, and resnet18 has none"),
+        (["data.mean=auto"], "data.mean: auto uses the values of timm's weights, and resnet18 has none"),
     ],
 )
 def test_weights_that_cannot_be_read_are_an_error_with_the_reason(
