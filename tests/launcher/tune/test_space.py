@@ -174,7 +174,7 @@ def test_invalid_combinations_are_refused_with_the_conflicting_values(tmp_path: 
     )
     (message,) = problems(space(tmp_path, "\n  ".join(lines)))
     assert message.startswith(f"{tmp_path}/space.yaml:4: model.sem: the average of softmax masks is constant")
-    assert message.endswith('; found with model.sem "softmax": let a `when` keep these apart')
+    assert message.endswith('; found with model.sem "softmax": exclude this combination with a `when`')
 
 
 def test_the_config_path_is_relative_to_the_space_and_can_be_replaced(tmp_path: Path) -> None:
