@@ -1,1 +1,1 @@
-"""Cost estimates of a config: parameters, multiply-adds and memory (`estimate`), and their cache. No torch."""
+"""Cost estimates of a config: parameters, multiply-adds and memory (`cost_report`), and their cache. No torch."""
