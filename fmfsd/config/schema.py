@@ -108,7 +108,7 @@ class DataConfig(ConfigSection):
 
     @property
     def channel_statistics(self) -> tuple[PerChannel, PerChannel]:
-        """Return mean and standard deviation of each channel. ValueError while one is auto, before `load_run_config`."""
+        """Return mean and standard deviation per channel. ValueError while one is auto, before `load_run_config`."""
         if self.mean == "auto" or self.std == "auto":
             raise ValueError("data.mean or data.std is auto and not resolved yet; the values come from timm's weights")
         return self.mean, self.std

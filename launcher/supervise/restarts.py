@@ -21,7 +21,7 @@ MAX_BACKOFF_S = 60.0
 class RestartBudget:
     """Counts restarts: `allowed` of them in a row without progress; a newer checkpoint resets the count.
 
-    `progress_unit`: what counts as progress, for the message. `option`: the option that sets `allowed`, for the message.
+    `progress_unit`: what counts as progress; `option`: the option that sets `allowed`; both for messages.
     """
 
     allowed: int
