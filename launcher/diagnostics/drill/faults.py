@@ -51,8 +51,8 @@ class Injector:
 
     @property
     def noticed_s(self) -> float | None:
-        """Return the seconds from the fault until the coordinator noticed it or a worker warned."""
-        noticed = self._warned_at or read_json(self._run.attempt(self._attempt))["noticed"]
+        """Return the seconds until the coordinator noticed the fault; if it did not, until a worker warned."""
+        noticed = read_json(self._run.attempt(self._attempt))["noticed"] or self._warned_at
         return None if noticed is None or self.at is None else noticed - self.at
 
     @property
