@@ -82,7 +82,7 @@ class CuttableNetwork:
         ours, deadline = os.readlink("/proc/self/ns/net"), time.monotonic() + READY_TIMEOUT_S
         while os.readlink(f"/proc/{agent.pid}/ns/net") == ours:
             if time.monotonic() > deadline:
-                raise CheckError(f"no network namespace in {READY_TIMEOUT_S:g} s: leave cut-link out of --drill")
+                raise CheckError(f"no network namespace in {READY_TIMEOUT_S:g} s: leave cut-link out of the drill")
             time.sleep(_POLL_S)
 
 

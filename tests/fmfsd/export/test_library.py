@@ -125,3 +125,8 @@ def test_all_submodules_without_feature_maps_are_reported_at_once() -> None:
         wrap("layer3", "layer1")
     with pytest.raises(ConfigError, match="branches: empty"):
         wrap()
+
+
+def test_the_former_name_of_a_config_warns_and_still_works() -> None:
+    with pytest.warns(DeprecationWarning, match=r"fmfsd\.TrainConfig is now fmfsd\.RunConfig"):
+        assert fmfsd.TrainConfig is fmfsd.RunConfig
